@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = {
     "synth": "{root: tiles, count: 24, size_px: 32, progress: false}",
     "inspect": "{data: {root: tiles, published: false, size_px: 32}, out: inspect, tiles: 4, progress: false}",
-    "audit": "{data: {root: tiles, published: false, size_px: 32}, out: audit, stretched: false, progress: false}",
+    "audit": "{data: {root: tiles, published: false, size_px: 32}, out: audit, neighbours: 1, stretched: false, "
+    "progress: false}",
     "pretrain": "{run: p, device: cpu, data: {root: tiles, published: false, size_px: 32}, "
     "model: {name: timm:test_resnet}, train: {epochs: 1, batch_size: 8}, health: {tiles: 8}, progress: false}",
     "finetune": "{run: f, device: cpu, data: {root: tiles, published: false, size_px: 32}, "
