@@ -42,6 +42,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "a blur wider than the tile": {"blur_probability": 1.0, "blur_sigma_px": (2.0, 5.0)},
     "still": STILL,
 }
+# 17 px are two programs a plane, the second hardly filled; 16, as elsewhere, are one.
+SIZES = {"every operation": (2, 17), "a blur wider than the tile": (1, 6)}
 
 
 def views(a: Augmentation, images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -77,10 +79,9 @@ def main() -> None:
     found: dict[str, Any] = {"largest difference": {}}
     for name, settings in SETTINGS.items():
         a = Augmentation(**settings)
-        # 17 px are two programs a plane, the second hardly filled; 16 are one.
-        for count, side in ((1, 16), (2, 17))[: 2 if name == "every operation" else 1]:
-            difference = (views(a, tiles(count, side)) - expected(a, tiles(count, side))) * STD[:, None, None]
-            found["largest difference"][f"{name}, {side} px"] = difference.abs().max().item()
+        count, side = SIZES.get(name, (1, 16))
+        difference = (views(a, tiles(count, side)) - expected(a, tiles(count, side))) * STD[:, None, None]
+        found["largest difference"][f"{name}, {side} px"] = difference.abs().max().item()
     still, images = Augmentation(**STILL), tiles(2, 9)
     unit = views(still, images) * STD[:, None, None] + MEAN[:, None, None]
     same = (images / 255).permute(0, 3, 1, 2).repeat(2, 1, 1, 1)
