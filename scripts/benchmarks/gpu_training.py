@@ -235,7 +235,8 @@ def three_steps(
     """Return the loss after three steps of a ResNet18, and how far its weights moved."""
     device, side = bench.device, 32 if bench.quick else 64
     torch.manual_seed(0)
-    model = ContrastiveModel(build_encoder("resnet18"), projection=build_projection(512))
+    encoder = build_encoder(QUICK.encoder if bench.quick else "resnet18")
+    model = ContrastiveModel(encoder, projection=build_projection(encoder.num_features))
     model = model.to(device).to(memory_format=torch.channels_last).train()
     before = [p.detach().clone() for p in model.parameters()]
     groups = optim.parameter_groups(model, learning_rate=0.1, weight_decay=1e-4)
