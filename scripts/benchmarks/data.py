@@ -196,12 +196,12 @@ IMPORTS = "import torch, torchvision, torch._dynamo"
 def start(folder: Path, *, quick: bool) -> list[Row]:
     """Time processes from their start: to the text of --help, and to the first step of pretraining."""
     rounds = 1 if quick else 7
-    count, size_px = (24, 32) if quick else (3152, 224)
+    count, size_px, model = (24, 32, "resnet14_small") if quick else (3152, 224, "resnet18")
     root = folder / "start"
     write_mhist(root, count, size_px=size_px)
     words = [
         f"run={folder / 'run'}", f"data.root={root}", "data.published=false", "data.protocol=official",
-        f"data.size_px={size_px}", f"data.cache_dir={folder / 'cache'}", "model.name=resnet18", "train.batch_size=8",
+        f"data.size_px={size_px}", f"data.cache_dir={folder / 'cache'}", f"model.name={model}", "train.batch_size=8",
         "health.tiles=8", "progress=false", "device=cpu",
     ]  # fmt: skip
     load_mhist(root, protocol="official", split="train", size_px=size_px, published=False, cache_dir=folder / "cache")
@@ -304,7 +304,7 @@ sys.exit(code)
 def larger_than_memory(folder: Path, *, quick: bool, device: torch.device) -> list[Row]:
     """Pretrain on 1,000,000 tiles in a file, and watch the process's memory; read them without training."""
     count, batch_size, size_px = (2_000, 16, 28) if quick else (1_000_000, 256, 28)
-    seconds = 0.1 if quick else TRAINING_SECONDS
+    seconds, model = (0.1, "resnet14_small") if quick else (TRAINING_SECONDS, "resnet18")
     if not sys.platform.startswith("linux"):
         return [row(f"pretraining on {count:,} tiles in a file", note="memory is read from /proc, which is not here")]
     files = {"large": folder / "large.npy", "small": folder / "small.npy"}
@@ -313,7 +313,7 @@ def larger_than_memory(folder: Path, *, quick: bool, device: torch.device) -> li
     read = json.loads(child(READ, str(files["large"])))
     words = [
         "pretrain", f"run={folder / 'large'}", f"data.root={folder}", "data.source=folder", f"data.size_px={size_px}",
-        "data.device_budget_gb=0", "model.name=resnet18", f"train.batch_size={batch_size}", "train.epochs=1",
+        "data.device_budget_gb=0", f"model.name={model}", f"train.batch_size={batch_size}", "train.epochs=1",
         "train.warmup_epochs=0", f"device={device.type}", "progress=false", "health.tiles=16", "--overwrite",
     ]  # fmt: skip
     runs = {
@@ -363,7 +363,8 @@ def larger_than_memory(folder: Path, *, quick: bool, device: torch.device) -> li
 def write_tiles(file: Path, count: int, *, size_px: int) -> None:
     """Write an .npy file of noise tiles, uint8 (count, size_px, size_px, 3)."""
     images = np.lib.format.open_memmap(file, "w+", np.uint8, (count, size_px, size_px, 3))
-    block: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, (10_000, size_px, size_px, 3), dtype=np.uint8)
+    shape = min(count, 10_000), size_px, size_px, 3
+    block: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     for start in tqdm(range(0, count, len(block)), desc="tiles", leave=False, disable=None):
         images[start : start + len(block)] = block[: count - start]
     images.flush()
