@@ -31,7 +31,7 @@ MODULES = (
     *("timm", "torch._dynamo", "torch._functorch.aot_autograd", "torch._inductor.pattern_matcher"),
     *("torch.distributed.launcher.api", "cv2", "matplotlib.backends.backend_agg", "scipy.optimize"),
     *("sscl.cli", "sscl.commands.finetune", "sscl.commands.pretrain", "sscl.models.encoders"),
-    *("sscl.models.sync_batch_norm", "sscl.train.step"),
+    *("sscl.models.sync_batch_norm", "sscl.plots.charts", "sscl.train.step"),
 )
 _NUMBER = struct.Struct("i")
 _LONGEST = 1 << 20  # bytes of a request; the system allows fewer
