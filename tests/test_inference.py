@@ -21,6 +21,7 @@ from sscl.explain.kinds import MapKind
 from sscl.explain.targets import DIFFERENCE
 from sscl.models import build_encoder, features
 from sscl.models.classifier import inference_precision
+from sscl.models.encoders import Encoder
 from sscl.models.heads import Classifier
 
 CUDA = torch.device("cuda")
@@ -95,8 +96,22 @@ def fake_cuda() -> Iterator[Waits]:
         yield waits
 
 
+class Small(Encoder):
+    """Two convolutions: each operation on a fake tensor takes a millisecond."""
+
+    num_features = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3))
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        maps: torch.Tensor = self.net(x)
+        return maps
+
+
 def fake_classifier() -> tuple[Classifier, dict[str, torch.Tensor]]:
-    model = Classifier(build_encoder("resnet14_small"), num_classes=2).eval()
+    model = Classifier(Small(), num_classes=2).eval()
     for module in model.modules():
         for name, value in module._parameters.items():
             if value is not None:
