@@ -44,6 +44,7 @@ FREE = {
 }
 MOVES = {"copy_", "_to_copy", "_foreach_copy_", "_foreach_copy"}
 INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
+NESTED = (list, tuple, dict)
 RESHAPE_IN_PLACE = {"t_", "transpose_", "squeeze_", "unsqueeze_", "resize_", "set_", "as_strided_", "swapaxes_"}
 
 
@@ -264,7 +265,7 @@ class FakeMachine(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.counts.launches[name] += 1
                 self.counts.read_written[name] += sum(x.nbytes for x in args if isinstance(x, torch.Tensor))
 
-            return mock.MagicMock(**{"__getitem__.side_effect": lambda grid: launch})
+            return Kernel(launch)
 
         names = [name for name, x in vars(augment_triton).items() if type(x).__name__ == "JITFunction"]
         with mock.patch.multiple(augment_triton, **{name: kernel(name) for name in names}):
@@ -329,13 +330,23 @@ class FakeMachine(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.counts.read_written[name] += sum(x.nbytes for x in (*read, *written))
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """Stands for one of Triton's, whatever the grid."""
+
+    launch: Callable[..., None]
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        return self.launch
+
+
 _MACHINES: list[FakeMachine] = []
 
 
 def _mapped(change: Callable[[Any], Any], x: Any) -> Any:
     """Return nested lists, tuples and dictionaries with every leaf changed."""
     if isinstance(x, (list, tuple)):
-        return type(x)([_mapped(change, value) for value in x])
+        return type(x)([_mapped(change, value) if isinstance(value, NESTED) else change(value) for value in x])
     if isinstance(x, dict):
         return {key: _mapped(change, value) for key, value in x.items()}
     return change(x)
@@ -345,11 +356,12 @@ def _gather(x: Any, found: list[torch.Tensor]) -> None:
     """Append the tensors in nested lists, tuples and dictionaries."""
     if isinstance(x, torch.Tensor):
         found.append(x)
-    elif isinstance(x, (list, tuple)):
-        for value in x:
-            _gather(value, found)
-    elif isinstance(x, dict):
-        _gather(list(x.values()), found)
+    elif isinstance(x, NESTED):
+        for value in x.values() if isinstance(x, dict) else x:
+            if isinstance(value, torch.Tensor):
+                found.append(value)
+            elif isinstance(value, NESTED):
+                _gather(value, found)
 
 
 def _held(x: Any) -> Any:
