@@ -131,7 +131,6 @@ def shared(tab: Callable[..., Any], file: Path) -> Any:
 def page(shared: Any, file: Path) -> Any:
     """The page as it opens for the first time, in a tab that is kept."""
     shared.emulate_media(color_scheme="light")
-    shared.goto("about:blank")
     shared.goto(file.as_uri())
     shared.wait_for_function(DRAWN)
     return shared
@@ -406,8 +405,7 @@ def test_text_stands_out_and_controls_have_names(page):
 
 
 def test_blind_review_hides_the_map_and_the_prediction_until_a_class_is_named(page, file):
-    page.goto("about:blank")
-    page.goto(f"{file.as_uri()}#blind")
+    page.goto(f"{file.as_uri()}?#blind")  # another address than that without a blind review, so another document
     page.wait_for_function(DRAWN)
     assert page.locator("#page-blind").is_checked()
     assert colour_at(page, 8.5, 4.5)[3] == 0
