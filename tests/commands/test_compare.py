@@ -34,8 +34,8 @@ from sscl.records import write_record
 from sscl.train import plan, reuse
 
 COMMON: dict[str, Any] = {"data": {"source": "synthetic", "size_px": 32}, "model": {"name": "timm:test_resnet"}}
-FINETUNE = {**COMMON, "train": {"epochs": 2, "batch_size": 8, "patience": 2}}
-PRETRAIN = {**COMMON, "train": {"epochs": 1, "batch_size": 8, "warmup_epochs": 1}, "health": {"tiles": 8}}
+FINETUNE = {**COMMON, "train": {"epochs": 2, "batch_size": 12, "patience": 2}}
+PRETRAIN = {**COMMON, "train": {"epochs": 1, "batch_size": 12, "warmup_epochs": 1}, "health": {"tiles": 8}}
 ROWS: list[dict[str, Any]] = [
     {"name": "scratch", "command": "finetune", "config": "ft.yaml"},
     {"name": "ssl", "command": "pretrain", "config": "ssl.yaml"},
