@@ -53,14 +53,14 @@ class Cli:
         return Result(code, out.getvalue(), err.getvalue())
 
     def pretrain(self, run: Path, *words: object) -> Result:
-        tiny = ["train.batch_size=8", "train.epochs=1", "train.warmup_epochs=1", "health.tiles=8"]
+        tiny = ["train.batch_size=12", "train.epochs=1", "train.warmup_epochs=1", "health.tiles=8"]
         common = self._common()
         if any(str(word).startswith("data=") for word in words):  # a list of sources replaces all of it
             common = [word for word in common if not word.startswith("data.")]
         return self("pretrain", f"run={run}", *common, *tiny, *words)
 
     def finetune(self, run: Path, *words: object) -> Result:
-        return self("finetune", f"run={run}", *self._common(), "train.batch_size=8", "train.epochs=1", *words)
+        return self("finetune", f"run={run}", *self._common(), "train.batch_size=12", "train.epochs=1", *words)
 
     def evaluate(self, checkpoint: Path, *words: object) -> Result:
         tiny = ["progress=false", "device=cpu"]

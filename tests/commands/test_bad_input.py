@@ -461,9 +461,9 @@ def test_a_card_that_cannot_do_it(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("micro", "says"), [(3, "divisors"), (16, "divisors"), (0, ">= 1"), (-1, ">= 1")])
+@pytest.mark.parametrize(("micro", "says"), [(5, "divisors"), (16, "divisors"), (0, ">= 1"), (-1, ">= 1")])
 def test_a_microbatch_that_leaves_nothing(cli: Any, tmp_path: Path, micro: int, says: str) -> None:
-    """Of 8 tiles: not a divisor, more than there are, none."""
+    """Of 12 tiles: not a divisor, more than there are, none."""
     result = cli.pretrain(tmp_path / "run", f"train.microbatch={micro}")
 
     assert_refused(result, f"train.microbatch: {'got' if micro > 0 else 'must be'}", f"got {micro}", says)

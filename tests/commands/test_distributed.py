@@ -174,7 +174,7 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train.microbatch=3"], "train.microbatch: got 3, which does not divide the 8 tiles of a batch"),
+        (["train.microbatch=5"], "train.microbatch: got 5, which does not divide the 12 tiles of a batch"),
         (["train.microbatch=0"], "train.microbatch"),
         (["train.timeout_minutes=0"], "train.timeout_minutes"),
     ],

@@ -166,13 +166,13 @@ def test_what_the_configuration_does_not_give_is_inherited_from_the_weights(
     assert (written["model"]["name"], written["data"]["size_px"]) == (ENCODER, 32)
 
 
-@pytest.mark.parametrize("command", ["pretrain", "finetune"])
 @pytest.mark.parametrize(
-    ("name", "weights", "said"),
+    ("command", "name", "weights", "said"),
     [
-        ("gigapath", "published", "https://huggingface.co/prov-gigapath/prov-gigapath"),
-        ("timm:test_vit", "imagenet", "pretrained weights of test_vit"),
-        ("resnet18", "imagenet", "ImageNet weights of resnet18"),
+        ("pretrain", "gigapath", "published", "https://huggingface.co/prov-gigapath/prov-gigapath"),
+        ("finetune", "gigapath", "published", "https://huggingface.co/prov-gigapath/prov-gigapath"),
+        ("pretrain", "timm:test_vit", "imagenet", "pretrained weights of test_vit"),
+        ("finetune", "resnet18", "imagenet", "ImageNet weights of resnet18"),
     ],
 )
 def test_weights_of_others_are_looked_for_before_tiles_are_read(
@@ -246,8 +246,8 @@ def test_frozen_batch_statistics_stay_while_all_else_learns(
     result = cli.finetune(tmp_path / "run", *words)
 
     assert result.code == 0, result.err
-    assert modes == [(True, False, False)] * 6
-    assert projection_modes == ([True] * 6 if joint else [])  # the projection is new: it has no statistics to keep
+    assert modes == [(True, False, False)] * 4
+    assert projection_modes == ([True] * 4 if joint else [])  # the projection is new: it has no statistics to keep
     before = dict(torch.load(pretrained / "encoder.pt", weights_only=True))
     after = dict(best(tmp_path / "run")["encoder"])
     statistics = {key for key in before if "running" in key or "num_batches" in key}
@@ -337,7 +337,7 @@ def test_views_are_new_at_every_epoch_and_trunk_and_head_have_their_own_rates(
     words += ["train.freeze_encoder=true", "train.frozen_views=each_epoch"] if frozen else []
     assert cli.finetune(tmp_path / "run", *words, "seed=7").code == 0
 
-    assert asked == [(epoch, [[0] * 8] * 3, 7) for epoch in (0, 1)]
+    assert asked == [(epoch, [[0] * 12] * 2, 7) for epoch in (0, 1)]
     sizes = {rate: sum(size for r, size in rates if r == rate) for rate, _ in rates}
     trunk = {} if frozen else {1e-5: 372_688}  # timm's test_resnet without its last layer
     assert sizes == {**trunk, 1e-2: 96 * 2 + 2}
@@ -424,18 +424,24 @@ def test_training_metrics_are_means_over_all_steps_and_validation_sees_normalise
 
     wrap(finetune_loss=build_loss, outputs=spy_outputs, finetune_precision=spy_autocast)
     words = ["model.mean=[0.25, 0.5, 0.75]", "model.std=[0.5, 1.0, 0.125]", "precision=bf16", "train.select=loss"]
-    words += ["model.name=resnet18", "model.output_stride=16"]
 
     assert cli.finetune(tmp_path / "run", *words).code == 0
 
     (row,) = read_metrics(tmp_path / "run")
-    assert len(steps) == 3
+    assert len(steps) == 2
     assert [row["train_loss"], row["train_accuracy"]] == pytest.approx(np.mean(steps, axis=0).tolist())
     # Calibrated in the precision in which eval and predict apply it, whatever the training's.
     assert validated == [([0.25, 0.5, 0.75], [0.5, 1.0, 0.125], "fp32")]
     assert precisions == {"bf16"}
     kept = best(tmp_path / "run")
     assert (kept["size_px"], kept["mean"], kept["std"]) == (32, [0.25, 0.5, 0.75], [0.5, 1.0, 0.125])
+
+
+def test_the_stride_is_kept(cli: Any, tmp_path: Path) -> None:
+    words = ["model.name=resnet18", "model.output_stride=16", "train.freeze_encoder=true"]
+
+    assert cli.finetune(tmp_path / "run", *words).code == 0
+
     assert best(tmp_path / "run")["output_stride"] == 16
 
 
@@ -551,7 +557,7 @@ def test_steps_an_epoch_with_balanced_draws(steps: int) -> None:
 def test_steps_an_epoch_do_not_depend_on_the_fraction_of_the_labels(
     cli: Any, tmp_path: Path, wrap: Any, share: float, words: list[str]
 ) -> None:
-    """4 an epoch, where one pass is 3 or less; the schedule ends with the last, and no view of a tile comes twice."""
+    """3 an epoch, where one pass is 2 or less; the schedule ends with the last, and no view of a tile comes twice."""
     joint = 2 if "contrast.kind=cross_view" in words else 1
     rates: list[float] = []
     views: list[tuple[int, int, int]] = []
@@ -567,22 +573,22 @@ def test_steps_an_epoch_do_not_depend_on_the_fraction_of_the_labels(
         return real(settings, rows, number, **named)
 
     wrap(finetune_step=step, views=draw)
-    settings = [f"train.label_fraction={share}", "train.steps_per_epoch=4", "train.epochs=2", "train.warmup_epochs=0"]
+    settings = [f"train.label_fraction={share}", "train.steps_per_epoch=3", "train.epochs=2", "train.warmup_epochs=0"]
 
     result = cli.finetune(tmp_path / "run", *settings, *words)
 
     assert result.code == 0, result.err
-    assert "; 4 steps per epoch" in result.out
-    expected = [1e-4 * (1 + math.cos(math.pi * number / 8)) / 2 for number in range(8) for _ in range(joint)]
+    assert "; 3 steps per epoch" in result.out
+    expected = [1e-4 * (1 + math.cos(math.pi * number / 6)) / 2 for number in range(6) for _ in range(joint)]
     assert rates == pytest.approx(expected)
-    assert len(views) == len(set(views)) >= 8 * 6
+    assert len(views) == len(set(views)) >= 6 * 6
 
 
 def test_as_many_steps_as_one_pass_has_change_nothing(cli: Any, tmp_path: Path, differing_tensors: Any) -> None:
     plain = cli.finetune(tmp_path / "plain", "train.epochs=2")
-    counted = cli.finetune(tmp_path / "counted", "train.epochs=2", "train.steps_per_epoch=3")
+    counted = cli.finetune(tmp_path / "counted", "train.epochs=2", "train.steps_per_epoch=2")
 
-    assert "; 3 steps per epoch, batch size 8" in plain.out
+    assert "; 2 steps per epoch, batch size 12" in plain.out
     assert counted.code == 0, counted.err
     a, b = (dict(best(tmp_path / name)["encoder"]) for name in ("plain", "counted"))
     assert differing_tensors(a, b) == []
@@ -747,6 +753,7 @@ def test_a_finetune_run_as_a_start_is_said_and_kept_in_the_history(
 
 def test_multistep_drops_by_whole_epochs(cli: Any, tmp_path: Path, read_metrics: Any) -> None:
     words = ["train.schedule=multistep", "train.milestones=[1, 3]", "train.gamma=0.5", "train.warmup_epochs=9"]
+    words.append("train.freeze_encoder=true")
 
     result = cli.finetune(tmp_path / "run", *words, "train.epochs=4", "train.head_learning_rate=0.008")
 
@@ -847,7 +854,7 @@ def test_unlabelled_tiles_join_the_contrastive_steps_alone(
     tmp_path: Path,
     gathered: dict[str, list[list[int]]],
 ) -> None:
-    result = cli.finetune(tmp_path / "run", *npz_words, "contrast.kind=nt_xent", "train.epochs=2")
+    result = cli.finetune(tmp_path / "run", *npz_words, "contrast.kind=nt_xent", "train.batch_size=8", "train.epochs=2")
 
     assert result.code == 0, result.err
     assert re.search(r"^20 tiles .*train\.label_fraction.*contrastive", result.out, re.MULTILINE)
@@ -875,7 +882,7 @@ def test_joint_training_learns_both(cli: Any, tmp_path: Path, read_metrics: Any)
     assert result.code == 0, result.err
     rows = read_metrics(tmp_path / "run")
     assert all(set(row) == KEYS | {"contrast_loss"} for row in rows)
-    assert rows[0]["contrast_loss"] == pytest.approx(math.log(8), abs=0.6)  # of guessing among 8
+    assert rows[0]["contrast_loss"] == pytest.approx(math.log(12), abs=0.6)  # of guessing among 12
     assert rows[-1]["contrast_loss"] < rows[0]["contrast_loss"]
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]
     content = best(tmp_path / "run")
@@ -921,9 +928,9 @@ def test_each_step_is_one_on_labels_then_one_on_contrast_from_the_weights_as_the
     result = cli.finetune(tmp_path / "run", *JOINT, f"contrast.kind={kind}", "contrast.temperature=0.3")
 
     assert result.code == 0, result.err
-    assert events == ["labels", "step", "contrast at 0.3", "step"] * 3
-    assert projected == [True] * 3
-    assert len({tuple(w.flatten().tolist()) for w in weights}) == 3
+    assert events == ["labels", "step", "contrast at 0.3", "step"] * 2
+    assert projected == [True] * 2
+    assert len({tuple(w.flatten().tolist()) for w in weights}) == 2
 
 
 def test_without_its_contrastive_half_joint_training_is_the_plain_run(

@@ -125,7 +125,7 @@ def seen(
         return draw(self, rows, number, **named)
 
     with wrapped(pretrain_projections=spy_project, views=spy_draw):
-        result = cli.pretrain(seen.run, sources, "train.temperature=0.4")
+        result = cli.pretrain(seen.run, sources, "train.temperature=0.4", "train.batch_size=8")
     assert result.code == 0, result.err
     seen.out = result.out
     return seen
