@@ -85,20 +85,14 @@ def gather_order() -> Results:
 class Net(nn.Module):
     """Small, in the wanted number format, with batch norm or without."""
 
-    def __init__(self, dtype: torch.dtype, *, normed: bool = False) -> None:
+    def __init__(self, dtype: torch.dtype, *, normed: bool = False, short: bool = False) -> None:
         super().__init__()
         torch.manual_seed(0)
         norms = (nn.BatchNorm2d(6), nn.BatchNorm2d(8, momentum=None)) if normed else (nn.Identity(), nn.Identity())
-        self.layers = nn.Sequential(
-            nn.Conv2d(3, 6, 3, stride=2),
-            norms[0],
-            nn.ReLU(),
-            nn.Conv2d(6, 8, 3),
-            norms[1],
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-        )
-        self.projection = nn.Linear(8, DIM)
+        first = [nn.Conv2d(3, 6, 3, stride=2), norms[0], nn.ReLU()]
+        second = [] if short else [nn.Conv2d(6, 8, 3), norms[1]]
+        self.layers = nn.Sequential(*first, *second, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.projection = nn.Linear(6 if short else 8, DIM)
         self.to(dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -111,10 +105,13 @@ def train(
     *,
     microbatch: int | None = None,
     normed: bool = False,
-    flips_only: bool = False,
+    quick: bool = False,
     compiled: bool = False,
 ) -> Results:
-    """Two steps of pretraining on half a batch a rank: views, NT-Xent, SGD with momentum."""
+    """Two steps of pretraining on half a batch a rank: views, NT-Xent, SGD with momentum.
+
+    `quick`: of flips and one layer alone, which are traced sooner.
+    """
     from sscl.draws import Augmentation
     from sscl.models.sync_batch_norm import synchronise_batch_norm
     from sscl.train.step import ContrastiveStep, Views
@@ -122,9 +119,9 @@ def train(
     images = np.random.default_rng(0).integers(0, 256, (2 * PAIRS, 16, 16, 3), dtype=np.uint8)
     mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.2, 0.3])
     off = ["affine_probability", "blur_probability", "jitter_probability", "grayscale_probability"]
-    augmentation = Augmentation(**dict.fromkeys(off, 0.0)) if flips_only else Augmentation()  # type: ignore
+    augmentation = Augmentation(**dict.fromkeys(off, 0.0)) if quick else Augmentation()  # type: ignore
     views = Views(augmentation=augmentation, seed=3, mean=mean, std=std, size_px=16)
-    net = Net(dtype, normed=normed)
+    net = Net(dtype, normed=normed, short=quick)
     start = {name: value.clone() for name, value in net.state_dict().items()}
     synchronise_batch_norm(net)
     with traced_alone() if compiled else contextlib.nullcontext():
@@ -304,7 +301,7 @@ TASKS: dict[str, Callable[[], Results]] = {
     "train64": lambda: train(torch.float64),
     "train_cached": lambda: train(torch.float64, microbatch=2),
     "train_normed": lambda: train(torch.float64, normed=True),
-    "train_compiled": lambda: train(torch.float64, normed=True, flips_only=True, compiled=True),
+    "train_compiled": lambda: train(torch.float64, normed=True, quick=True, compiled=True),
     "norms": norms,
     "norms_kernels": lambda: norms(kernels=True),
     "norms_of_timm": norms_of_timm,
