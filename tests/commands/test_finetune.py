@@ -207,7 +207,7 @@ def test_frozen_encoder_stays_bit_identical_while_the_head_learns(
     cli: Any, pretrained: Path, tmp_path: Path, differing_tensors: Any
 ) -> None:
     words = [f"model.weights={pretrained}", "train.epochs=2", "train.head_learning_rate=0.1"]
-    for name, more in (("a", "train.freeze_encoder=true"), ("b", "train.freeze_encoder=false")):
+    for name, more in (("a", "train.freeze_encoder=true"), ("b", "train.epochs=1")):
         result = cli.finetune(tmp_path / name, *words, more, "train.select=loss")
         assert result.code == 0, result.err
     before = dict(torch.load(pretrained / "encoder.pt", weights_only=True))
