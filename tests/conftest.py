@@ -76,9 +76,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 # What takes the longest, by file: begun last, one of these would leave the other workers without work at the end.
 LONG = (
-    *("test_wheel.py", "test_fake_cuda.py", "test_browser.py", "test_distributed.py", "test_finetune.py"),
-    *("test_compare.py", "test_pretrain.py", "test_report.py", "test_gradcam.py", "test_export.py", "test_ranks.py"),
-    *("test_augment.py", "test_documents.py", "test_notebooks.py", "test_probe.py", "test_evaluate.py"),
+    *("test_browser.py", "test_fake_cuda.py", "test_finetune.py", "test_wheel.py", "test_export.py"),
+    *("test_slide_page.py", "test_gpu_rows.py", "test_distributed.py", "test_compare.py", "test_encoders.py"),
+    *("test_charts.py", "test_pretrain.py", "test_probe.py", "test_torture.py", "test_ranks.py", "test_weights.py"),
+    *("test_documents.py", "test_gradcam.py", "test_step.py", "test_augment.py", "test_optim.py", "test_notebooks.py"),
 )
 
 

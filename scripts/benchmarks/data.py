@@ -196,7 +196,8 @@ IMPORTS = "import torch, torchvision, torch._dynamo"
 def start(folder: Path, *, quick: bool) -> list[Row]:
     """Time processes from their start: to the text of --help, and to the first step of pretraining."""
     rounds = 1 if quick else 7
-    count, size_px, model = (24, 32, "resnet14_small") if quick else (3152, 224, "resnet18")
+    count, size_px = (24, 32) if quick else (3152, 224)
+    model, net = ("resnet14_small", "a small ResNet") if quick else ("resnet18", "ResNet18")
     root = folder / "start"
     write_mhist(root, count, size_px=size_px)
     words = [
@@ -219,7 +220,7 @@ def start(folder: Path, *, quick: bool) -> list[Row]:
             started = time.time()
             child(IMPORTS)
             imports.append(time.time() - started)
-    what = f"process start to the first step, {count:,} cached tiles of {size_px} px, ResNet18, CPU"
+    what = f"process start to the first step, {count:,} cached tiles of {size_px} px, {net}, CPU"
     note = "" if quick else f"importing torch, torchvision and torch._dynamo, as SGD does, {np.median(imports):.2f} s"
     return [
         row("sscl --help", ours=float(np.median(helped)), unit="s", target="< 0.3 s"),
