@@ -232,7 +232,7 @@ def three_steps(
     clean_second: bool = False,
     **options: Any,
 ) -> tuple[float, float]:
-    """Return the loss after three steps of a ResNet18, and how far its weights moved."""
+    """Return the loss after three steps of a ResNet18, or of the toy net, and how far its weights moved."""
     device, side = bench.device, 32 if bench.quick else 64
     torch.manual_seed(0)
     encoder = build_encoder(QUICK.encoder if bench.quick else "resnet18")
